@@ -254,6 +254,10 @@ class Queue:
         """Return how many messages are READY."""
         return len(self._ready)
 
+    def __bool__(self) -> bool:
+        """Return True: an empty queue is a queue, and `if queue` asks whether there is one."""
+        return True
+
     def __repr__(self) -> str:
         return f"<Queue {self.name!r} {len(self._ready)} ready, {self.unsettled} unsettled>"
 

@@ -211,13 +211,6 @@ def _event(
     data = _data(members, raw_data, content_type)
     mesh_topic = _text(members, "meshtopic")
     mesh_queue = _text(members, "meshqueue")
-    if not topic and queue is None:
-        if mesh_topic is not None:
-            topic = check_topic(mesh_topic)
-        elif mesh_queue is not None:
-            queue = check_queue_name(mesh_queue)
-        else:
-            raise AddressError("no topic: give one, or set meshtopic or meshqueue in the event")
     correlation = _text(members, "meshcorrelation")
     priority = members.pop("meshpriority", DEFAULT_PRIORITY)
     if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority <= 9:
@@ -236,6 +229,13 @@ def _event(
             raise CloudEventError(f"attribute {name} has a {type(value).__name__} for a value")
         attributes[name] = value
     check_attributes(attributes)
+    if not topic and queue is None:
+        if mesh_topic is not None:
+            topic = check_topic(mesh_topic)
+        elif mesh_queue is not None:
+            queue = check_queue_name(mesh_queue)
+        else:
+            raise AddressError("no topic: give one, or set meshtopic or meshqueue in the event")
     try:
         expires_at = None if expires is None else parse_timestamp(expires).timestamp()
     except ValueError as error:
