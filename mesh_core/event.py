@@ -68,6 +68,7 @@ class Event:
         attributes: CloudEvents context attributes by name, without `datacontenttype`; None for
             a plain message.
         headers: the application's own headers, in order, repeats kept.
+        qos: how surely it is to arrive where a protocol asks per message (MQTT): 0, 1 or 2.
         durable: whether it must outlive a restart where a durable queue takes it.
         retain: whether it becomes its topic's retained value.
         priority: 0 (lowest) to 9.
@@ -90,6 +91,7 @@ class Event:
         "headers",
         "priority",
         "publisher",
+        "qos",
         "queue",
         "reply_to",
         "retain",
@@ -114,6 +116,7 @@ class Event:
         queue: str | None = None,
         publisher: object | None = None,
         user: str | None = None,
+        qos: int = 1,
     ) -> None:
         self.topic = topic
         self.data = data
@@ -129,6 +132,7 @@ class Event:
         self.queue = queue
         self.publisher = publisher
         self.user = user
+        self.qos = qos
         self.wire: dict[object, bytes] = {}
         self._context: dict[str, AttributeValue] | None = attributes
 
