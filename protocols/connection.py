@@ -121,7 +121,7 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self.session.lost()
-        self._counters.dropped += self.outbox.dropped
+        self._counters.dropped += self.outbox.lost
 
     def wake(self) -> None:
         """Flush at the end of this loop turn."""
@@ -139,12 +139,12 @@ class Connection(asyncio.Protocol):
         outbox = self.outbox
         if self._paused and not self.session.closed:
             # resume_writing() comes back here; a peer that never reads does not grow for ever.
-            if outbox.size > 2 * outbox.limit:
+            if outbox.owed > 2 * outbox.limit:
                 log.info("closing %s: it does not read what it asked for", self.peer)
                 self._counters.protocol_errors["slow-peer"] += 1
                 transport.abort()
             return
-        if outbox.chunks:
+        if outbox.pending:
             data = outbox.take()
             self._counters.bytes_out += len(data)
             transport.write(data)

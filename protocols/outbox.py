@@ -31,7 +31,7 @@ class Outbox:
         wake: called when the outbox was empty and no longer is.
     """
 
-    __slots__ = ("_drained", "chunks", "dropped", "limit", "size", "wake")
+    __slots__ = ("_drained", "_inner", "_wrap", "chunks", "dropped", "limit", "size", "wake")
 
     def __init__(self, limit: int = DEFAULT_LIMIT, wake: Callable[[], None] = _nobody) -> None:
         """Make an empty outbox with `limit` bytes."""
@@ -41,6 +41,29 @@ class Outbox:
         self.dropped = 0
         self.wake = wake
         self._drained: list[Callable[[], None]] = []
+        self._inner: Outbox | None = None
+        self._wrap: Callable[[bytes], bytes]
+
+    def carry(self, inner: "Outbox", wrap: Callable[[bytes], bytes]) -> None:
+        """Send what is in `inner` as well, as one chunk that `wrap` makes of it per write."""
+        self._inner = inner
+        self._wrap = wrap
+        inner.wake = self.wake
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is anything to take."""
+        return bool(self.chunks) or (self._inner is not None and bool(self._inner.chunks))
+
+    @property
+    def owed(self) -> int:
+        """Bytes that wait, carried ones included."""
+        return self.size + (self._inner.size if self._inner is not None else 0)
+
+    @property
+    def lost(self) -> int:
+        """Deliveries dropped, carried ones included."""
+        return self.dropped + (self._inner.dropped if self._inner is not None else 0)
 
     def write(self, chunk: bytes) -> None:
         """Append what must not be dropped."""
@@ -63,6 +86,9 @@ class Outbox:
     def take(self) -> bytes:
         """Return all chunks as one, and be empty."""
         chunks = self.chunks
+        inner = self._inner
+        if inner is not None and inner.chunks:
+            chunks.append(self._wrap(inner.take()))
         self.chunks = []
         self.size = 0
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
@@ -77,3 +103,5 @@ class Outbox:
             callbacks, self._drained = self._drained, []
             for callback in callbacks:
                 callback()
+        if self._inner is not None:
+            self._inner.drained()
