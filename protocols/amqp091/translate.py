@@ -92,7 +92,7 @@ class Template:
         except CloudEventError as error:
             raise ChannelError(PRECONDITION_FAILED, str(error)) from None
         self.durable = properties.delivery_mode == 2
-        if properties.priority is not None:
+        if properties.priority:  # 0 is what AMQP's clients send who give none
             self.priority = min(properties.priority, 9)
         self.correlation_id = (
             None

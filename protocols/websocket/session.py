@@ -107,7 +107,8 @@ class WebSocketSession:
         self._outbox = context.outbox
         self._clock = context.clock
         self._protocol = ServerProtocol(
-            select_subprotocol=self._select, max_size=broker.limits.message_bytes + 65_536
+            select_subprotocol=lambda _, offered: self._select(offered),
+            max_size=broker.limits.message_bytes + 65_536,
         )
         self._acceptable: tuple[str, ...] = ()
         self._channel: Channel | None = None
@@ -177,9 +178,7 @@ class WebSocketSession:
 
     # -- handshake -------------------------------------------------------------------------
 
-    def _select(
-        self, protocol: ServerProtocol, offered: Sequence[Subprotocol]
-    ) -> Subprotocol | None:
+    def _select(self, offered: Sequence[Subprotocol]) -> Subprotocol | None:
         """Choose a subprotocol; `/events` speaks cloudevents.json if none is offered."""
         for name in offered:
             if name in self._acceptable:

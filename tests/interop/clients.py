@@ -111,7 +111,12 @@ def as_json(message: Message) -> bytes:
     }
     members["datacontenttype"] = message.content_type
     members["data"] = json.loads(message.data)
-    return json.dumps(members).encode()
+    return compact(members).encode()
+
+
+def compact(value: object) -> str:
+    """Return JSON in the spelling of the test's data, so that its bytes can be compared."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def from_json(document: bytes | str, topic: str | None = None) -> Received:
@@ -125,11 +130,7 @@ def from_json(document: bytes | str, topic: str | None = None) -> Received:
     elif "data" in members:
         value = members.pop("data")
         is_json = content_type is None or content_type.endswith("json")
-        data = (
-            json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-            if is_json
-            else value.encode()
-        )
+        data = compact(value).encode() if is_json else value.encode()
     else:
         data = b""
     return Received(topic, data, content_type, headers, members)
@@ -169,8 +170,10 @@ class Paho(Client):
         properties = message.properties
         assert properties is not None
         user = dict(getattr(properties, "UserProperty", []))
-        attributes = user if "specversion" in user else None
-        headers = {} if attributes else user
+        # Attributes have bare names, of letters and digits only (MQTT binding §3.1.3.1).
+        bare = {k: v for k, v in user.items() if k.isalnum() and k.islower()}
+        attributes = bare if "specversion" in user else None
+        headers = {k: v for k, v in user.items() if attributes is None or k not in bare}
         content_type = getattr(properties, "ContentType", None)
         self.arrived.put(
             Received(message.topic, message.payload, content_type, headers, attributes)
@@ -241,10 +244,15 @@ class AioPika(Client):
         self.loop.run(connect())
 
     def publish(self, topic: str, message: Message) -> None:
+        attributes = {
+            # pamqp, below aio-pika, has byte arrays for AMQP's type x.
+            name: bytearray(value) if isinstance(value, bytes) else value
+            for name, value in prefixed(message, "cloudEvents_").items()
+        }
         out = aio_pika.Message(
             message.data,
             content_type=message.content_type,
-            headers={**message.headers, **prefixed(message, "cloudEvents_")},
+            headers={**message.headers, **attributes},
         )
         self.loop.run(self.exchange.publish(out, dotted(topic), mandatory=False))
 
@@ -439,7 +447,7 @@ class WebSockets(Client):
                 document["data_base64"] = base64.b64encode(message.data).decode()
             if message.headers:
                 document["meshheaders"] = json.dumps(list(message.headers.items()))
-        self.publisher.send(json.dumps({**document, "meshtopic": topic}))
+        self.publisher.send(compact({**document, "meshtopic": topic}))
 
     def subscribe(self, filter: str) -> None:
         self.subscriber = self.open(f"subscribe={urllib.parse.quote(filter, safe='')}")
@@ -518,7 +526,7 @@ class Curl(Client):
             arguments = [f"-H{name}: {value}" for name, value in headers.items()]
             url = f"http://{self.address}{topic_path(topic)}"
             subprocess.run(
-                [self.curl, "-sSf", "-XPOST", *arguments, f"--data-binary=@{body.name}", url],
+                [self.curl, "-sSf", "-XPOST", *arguments, "--data-binary", f"@{body.name}", url],
                 check=True,
                 timeout=WAIT,
                 stdout=subprocess.DEVNULL,

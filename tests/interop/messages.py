@@ -7,7 +7,7 @@ import base64
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-Attribute = bool | int | str | bytes | datetime
+Attribute = bool | int | str | bytes | bytearray | datetime
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def text(value: Attribute) -> str:
     """Return the canonical string form (CloudEvents 1.0 §3.1.2)."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | bytearray):
         return base64.b64encode(value).decode()
     if isinstance(value, datetime):
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
