@@ -1,0 +1,1 @@
+"""What makes a running node of the parts: settings, composition, security, metrics, command line."""

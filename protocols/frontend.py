@@ -216,10 +216,23 @@ class Client:
         if not self.may(action, address):
             raise NotAuthorized(f"not authorized to {action.value} {address}")
 
-    def send(self, event: Event) -> Receipt:
-        """Put `event` straight into the queue `event.queue`; refused if there is none."""
-        if not self.may(Action.PUBLISH, queue_address(event.queue or "")):
+    def send(self, event: Event, *, create: bool = False) -> Receipt:
+        """Put `event` straight into the queue `event.queue`.
+
+        Args:
+            event: with a queue.
+            create: make the queue if there is none; otherwise that is a refusal.
+
+        Raises:
+            AddressError: the queue must be made and its name is none.
+        """
+        name = event.queue or ""
+        if not self.may(Action.PUBLISH, queue_address(name)):
             return REFUSED[Refusal.NOT_AUTHORIZED]
+        if create and name not in self._router.queues:
+            if not self.may(Action.CONFIGURE, queue_address(name)):
+                return REFUSED[Refusal.NOT_AUTHORIZED]
+            self._router.declare(name)
         return self._router.send(event)
 
     def subscribe(

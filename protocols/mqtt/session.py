@@ -22,7 +22,6 @@ from typing import Final
 
 from mesh_core.address import QUEUE_PREFIX, AddressError
 from mesh_core.receipt import REFUSED, Receipt, Refusal
-from mesh_core.router import QueueMismatch
 from protocols.frontend import Broker, Client, Credentials, NotAuthorized, SessionContext
 from protocols.mqtt import reasons
 from protocols.mqtt.codec import PINGRESP_BYTES, Decoder, encode, encode_ack
@@ -327,16 +326,13 @@ class MqttSession:
 
     def _send(self, packet: Publish, queue: str) -> Receipt:
         """Publish straight to `queue`, which is made if it does not exist."""
-        try:
-            self._client.declare(queue)
-        except AddressError:
-            return REFUSED[Refusal.NO_SUCH_QUEUE]
-        except (NotAuthorized, QueueMismatch):
-            return REFUSED[Refusal.NOT_AUTHORIZED]
         packet.topic, packet.frame, packet.retain = "", None, False
         event = to_event(packet, self._version, self)
         event.queue = queue
-        return self._client.send(event)
+        try:
+            return self._client.send(event, create=True)
+        except AddressError:
+            return REFUSED[Refusal.NO_SUCH_QUEUE]
 
     def _clear_retained(self, topic: str) -> None:
         # Who may not publish is told so when it does.

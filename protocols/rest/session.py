@@ -170,11 +170,10 @@ async def _first(future: "asyncio.Future[Event]", exchange: Exchange, seconds: f
 
 async def enqueue(exchange: Exchange) -> Response:
     """POST /queues/{queue}: put an event into a queue, made if it does not exist."""
-    name, client = exchange.route.queue, exchange.client
+    name = exchange.route.queue
     [event] = to_events(exchange.headers, exchange.body, "", name, exchange)
     event.retain = False
-    client.declare(name)
-    await final(client.send(event))
+    await final(exchange.client.send(event, create=True))
     exchange.broker.counters.messages_in += 1
     return Response()
 

@@ -255,8 +255,7 @@ class StompSession:
             return self._client.publish(event)
         event.retain = False
         event.queue = destination.queue or self._subscriptions.temporary(destination.temporary)
-        self._client.declare(event.queue, owner=self if destination.temporary else None)
-        return self._client.send(event)
+        return self._client.send(event, create=True)
 
     def _published(self, frame: Frame, receipt: Receipt) -> None:
         if self.closed:

@@ -96,7 +96,6 @@ class EventsChannel:
         self._subscriptions: list[Subscription] = []
         self._retained: dict[str, Event] = {}
         self._topic = query.get("topic", [""])[0]
-        self._held: list[Event] | None = []
         try:
             if self._topic:
                 check_topic(self._topic)
@@ -160,9 +159,8 @@ class EventsChannel:
 
 def _publish(client: Client, event: Event) -> Receipt:
     if event.queue is not None:
-        client.declare(event.queue)
         event.retain = False
-        return client.send(event)
+        return client.send(event, create=True)
     if event.retain and not event.data:
         event.retain = False
         client.clear_retained(event.topic)

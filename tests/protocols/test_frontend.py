@@ -99,6 +99,18 @@ def test_publishing_is_refused(authorizer: Rules | Broken) -> None:
     assert got == [] and len(router.queues["q"]) == 0
 
 
+def test_sending_makes_the_queue_only_where_that_is_allowed() -> None:
+    router = Router()
+    event = Event("", b"", queue="new")
+    client = login(router, Rules((Action.PUBLISH, "$queue/new")))
+    assert client.send(event).refusal is Refusal.NO_SUCH_QUEUE
+    assert client.send(event, create=True).refusal is Refusal.NOT_AUTHORIZED
+    assert "new" not in router.queues
+    rules = Rules((Action.PUBLISH, "$queue/new"), (Action.CONFIGURE, "$queue/new"))
+    assert login(router, rules).send(event, create=True).refusal is None
+    assert len(router.queues["new"]) == 1
+
+
 def test_publishing_is_allowed_where_it_is() -> None:
     router, got = Router(), []
     client = login(router, Rules((Action.PUBLISH, "a")))
